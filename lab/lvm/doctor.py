@@ -1,4 +1,4 @@
-"""What `holdfast doctor` finds of shared volumes (HF130 to HF142), with the real programs' outputs: one fault at a time.
+"""What `holdfast doctor` finds of shared volumes (HF110, HF130 to HF143), with the real programs: one fault at a time.
 
 A host as it should be has no finding, except what the lab itself needs: a short io_timeout, and no kill command. Each
 fault is made on the host without the VM where that is possible, found with nothing else beside it, and mended; afterwards
@@ -8,7 +8,7 @@ nothing of it is left.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lab.fencing.guests import LabError
@@ -17,7 +17,7 @@ from lab.lvm.moments import HOLDFASTD, Migrating
 from lab.lvm.vm_host import DOMAIN, LV, VmHost
 
 DATA = f"/dev/{VG}/lv2"
-IDS = tuple(f"HF{number}" for number in range(130, 143))
+IDS = ("HF110", *(f"HF{number}" for number in range(130, 144)))
 LVM_CONF, HOST_ID = "/etc/lvm/lvm.conf", "/etc/lvm/lvmlocal.conf"
 HOOKS = "/etc/libvirt/hooks"
 POOL = (
@@ -41,56 +41,68 @@ def case(site: Migrating) -> str:
     for host in (here, there):
         host.sh(f"cp -n {LVM_CONF} {LVM_CONF}.lab; {KILLS}; grep -q 'holdfast lvm kill' {LVM_CONF}")
     said: list[str] = []
-
-    def finds(id: str, host: VmHost, words: str, extra: Sequence[str] = ()) -> None:
-        facts = found(host)
-        if set(facts) - set(extra) != {"HF132", id} - set(extra) or words not in facts.get(id, ""):
-            raise LabError(f"{host.name} is to have {id} with '{words}', and has: {facts}")
-        said.append(facts[id])
-
     try:
         _none_new(here, there)
-        with _without_lvmlockd(there):
-            finds("HF130", there, "no lvmlockd runs", extra=("HF132",))
-            with _testing_lvmlockd(there):
-                finds("HF131", there, "without --adopt 1", extra=("HF132",))
-        with _changed(there, f"mv {HOST_ID} {HOST_ID}.away", f"mv {HOST_ID}.away {HOST_ID}"):
-            finds("HF133", there, "no local/host_id")
-        with _changed(
-            there,
-            f"cp {LVM_CONF} {LVM_CONF}.with; cp {LVM_CONF}.lab {LVM_CONF}",
-            f"cp {LVM_CONF}.with {LVM_CONF}",
-        ):
-            finds("HF134", there, "no global/lvmlockctl_kill_command")
-        hook = f"{HOOKS}/qemu.d/holdfast"
-        with _changed(there, f"chmod -x {hook}", f"chmod +x {hook}"):
-            finds("HF135", there, hook)
-        other = f"{HOOKS}/qemu"
-        with _changed(
-            there, f"printf '#!/bin/sh\\n# lvchange\\n' > {other}; chmod +x {other}", f"rm {other}"
-        ):
-            finds("HF136", there, other)
-        lockd = "/etc/libvirt/qemu-lockd.conf"
-        with _changed(there, f"echo 'lvm_lockspace_dir = \"/srv\"' > {lockd}", f"rm {lockd}"):
-            finds("HF137", there, "lvm_lockspace_dir")
-        there.put("/srv/pool.xml", POOL.encode())
-        with _changed(there, "virsh -q pool-define /srv/pool.xml 2>&1", "virsh -q pool-undefine san 2>&1"):
-            finds("HF138", there, f"storage pool san is of type logical, over the shared group {VG}")
-        mapper = DOMAIN.format(name="v3", number=3, disk=f"/dev/mapper/{VG}-lv2")
-        there.put("/srv/v3.xml", mapper.encode())
-        with _changed(there, "virsh -q define /srv/v3.xml 2>&1", "virsh -q undefine v3 2>&1"):
-            finds("HF139", there, f"v3 has the disk /dev/mapper/{VG}-lv2")
-        with _without_its_lock(here):
-            finds("HF141", here, LV)
-        with _changed(
-            here, f"holdfast volume activate {DATA} 2>&1", f"holdfast volume deactivate {DATA} 2>&1"
-        ):
-            finds("HF142", here, DATA)
+        said += [*_of_lvm(there), *_of_libvirt(there), *_of_volumes(here)]
         _none_new(here, there)
     finally:
         for host in (here, there):
             host.sh(f"mv {LVM_CONF}.lab {LVM_CONF}; rm -f {LVM_CONF}.with")
     return f"{len(said)} faults found, each alone: {said}; {site.settled(here)}"
+
+
+def _of_lvm(host: VmHost) -> Iterator[str]:
+    with _without_lvmlockd(host):
+        yield _finds(host, "HF130", "no lvmlockd runs", has_timeout=False)
+        with _testing_lvmlockd(host):
+            yield _finds(host, "HF131", "without --adopt 1", has_timeout=False)
+    with _changed(host, f"mv {HOST_ID} {HOST_ID}.away", f"mv {HOST_ID}.away {HOST_ID}"):
+        yield _finds(host, "HF133", "no local/host_id")
+    without = f"cp {LVM_CONF} {LVM_CONF}.with; cp {LVM_CONF}.lab {LVM_CONF}"
+    with _changed(host, without, f"cp {LVM_CONF}.with {LVM_CONF}"):
+        yield _finds(host, "HF134", "no global/lvmlockctl_kill_command")
+
+
+def _of_libvirt(host: VmHost) -> Iterator[str]:
+    hook = f"{HOOKS}/qemu.d/holdfast"
+    with _changed(host, f"chmod -x {hook}", f"chmod +x {hook}"):
+        yield _finds(host, "HF135", hook)
+    yield _finds(host, "HF143", "libvirtd")
+    host.kill_daemon("libvirtd")
+    host.start_daemon("libvirtd")
+    other = f"{HOOKS}/qemu"
+    with _changed(host, f"printf '#!/bin/sh\\n# lvchange\\n' > {other}; chmod +x {other}", f"rm {other}"):
+        yield _finds(host, "HF136", other)
+    lockd = "/etc/libvirt/qemu-lockd.conf"
+    with _changed(host, f"echo 'lvm_lockspace_dir = \"/srv\"' > {lockd}", f"rm {lockd}"):
+        yield _finds(host, "HF137", "lvm_lockspace_dir")
+    host.put("/srv/pool.xml", POOL.encode())
+    with _changed(host, "virsh -q pool-define /srv/pool.xml 2>&1", "virsh -q pool-undefine san 2>&1"):
+        yield _finds(host, "HF138", f"storage pool san is of type logical, over the shared group {VG}")
+
+
+def _of_volumes(host: VmHost) -> Iterator[str]:
+    """On the VM's host."""
+    mapper = f"/dev/mapper/{VG}-lv2"
+    host.put("/srv/v3.xml", DOMAIN.format(name="v3", number=3, disk=mapper).encode())
+    with _changed(host, "virsh -q define /srv/v3.xml 2>&1", "virsh -q undefine v3 2>&1"):
+        yield _finds(host, "HF139", f"v3 has the disk {mapper}")
+    with _without_its_lock(host):
+        yield _finds(host, "HF141", LV)
+    auto = f"vgchange --setautoactivation {{}} {VG} 2>&1"
+    with _changed(host, auto.format("y"), auto.format("n")):
+        yield _finds(host, "HF110", f"LVM activates every volume of {VG} at boot")
+    orders = [f"holdfast volume {order} {DATA} 2>&1" for order in ("activate", "deactivate")]
+    with _changed(host, *orders):
+        yield _finds(host, "HF142", DATA)
+
+
+def _finds(host: VmHost, id: str, words: str, *, has_timeout: bool = True) -> str:
+    """Its facts. `has_timeout`: a lvmlockd runs with the lab's io_timeout, which is found beside."""
+    facts = found(host)
+    if set(facts) != {id, *(["HF132"] if has_timeout else [])} or words not in facts[id]:
+        raise LabError(f"{host.name} is to have {id} with '{words}', and has: {facts}")
+    return facts[id]
 
 
 def found(host: VmHost) -> dict[str, str]:

@@ -81,6 +81,12 @@ def without_hook(m: Machine) -> None:
     (m.root / HOOK).chmod(0o644)
 
 
+def installed_late(m: Machine) -> None:
+    m.program(51, "libvirtd", "/usr/sbin/libvirtd", age_s=-10.0)
+    assert "HF143" not in ids(m), "it was started after the hook was installed"
+    m.program(52, "virtqemud", "/usr/sbin/virtqemud", age_s=10.0)
+
+
 def other_hook(m: Machine) -> None:
     m.file("etc/libvirt/hooks/qemu", "#!/usr/bin/python3\n# reads lvmlock.ini\n").chmod(0o755)
 
@@ -130,6 +136,7 @@ SEEDED = {
     "snapshot": (kind("linear", "public,snapshot,thicksnapshot"), "HF140"),
     "no lock": (says("lvmlockctl", f"LK LV un {UUID}\n"), "HF141"),
     "idle": (idle, "HF142"),
+    "late hook": (installed_late, "HF143"),
 }
 
 

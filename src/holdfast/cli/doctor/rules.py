@@ -678,6 +678,13 @@ _ALL = (
         "A volume is active without a VM",
         "No other host can have it. A volume of a program, or one that an operator has activated, is meant to be so.",
     ),
+    _note(
+        "HF143",
+        "libvirt's hook",
+        "libvirt may not have found the hook yet",
+        "libvirt finds its hooks when it starts. One that has found none activates no volume for a VM, so none starts. A "
+        "restart of it touches no VM; where the file was only replaced by a newer one, none is needed.",
+    ),
 )
 
 RULES = {rule.id: rule for rule in _ALL}

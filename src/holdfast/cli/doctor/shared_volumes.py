@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from holdfast.backends.lvm.config import SHARED
 from holdfast.backends.lvm.volumes import OTHER_NAME, why_one_host
 from holdfast.cli.doctor.findings import Finding, fine, found
-from holdfast.cli.doctor.libvirt import HASHING, restart
+from holdfast.cli.doctor.libvirt import DAEMONS, HASHING, restart
 from holdfast.cli.doctor.scene import Scene, some
 from holdfast.cli.libvirt_files import LOCKD_CONF, read_settings
 from holdfast.system.libvirt.volume_hooks import HOOK, volume_hooks
@@ -141,6 +141,8 @@ def _libvirt(scene: Scene) -> Iterator[Finding]:
             f"libvirt's hook is not installed ({hook}): no volume is activated for a VM, and none migrates",
             f"install -D -m 755 /usr/share/holdfast/libvirt/qemu-hook {hook}; {restart(scene)}",
         )
+    else:
+        yield from _not_found_yet(scene, hook)
     for file in volume_hooks(scene.root):
         yield found(
             "HF136",
@@ -154,6 +156,18 @@ def _libvirt(scene: Scene) -> Iterator[Finding]:
             f"{scene.path(LOCKD_CONF)} sets {', '.join(used)}: names in a lockspace are no volumes, and are refused",
             f"shut down or migrate this host's VMs, remove these lines, then: {restart(scene)}",
         )
+
+
+def _not_found_yet(scene: Scene, hook: str) -> Iterator[Finding]:
+    """libvirt finds its hooks when it starts (libvirt-integration.md 5); `install` keeps no time but that of the inode."""
+    installed = os.stat(hook).st_ctime
+    for program in scene.programs(*DAEMONS):
+        if not program.uid and program.started is not None and installed > program.started + 1:
+            yield found(
+                "HF143",
+                f"{hook} was installed or changed after {program.name} (pid {program.pid}) started: it may not be called",
+                f"systemctl restart {program.name}",
+            )
 
 
 def _pools(scene: Scene) -> Iterator[Finding]:
