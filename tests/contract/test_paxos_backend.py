@@ -22,6 +22,7 @@ from holdfast.backends.base import (
     LeftBehind,
     MayBeShared,
     MayHaveSharers,
+    RefusesNew,
     Rereadable,
     SavedLock,
     Stale,
@@ -717,7 +718,9 @@ def test_new_leases_are_refused_while_the_incarnation_is_not_written_down(
         monkeypatch.setattr(s.alpha.presence, "refuses_new", lambda: "its state file can't be written")
         with pytest.raises(LockspaceAbsent, match="state file"):
             await take(s.one, s.world(), Mode.EXCLUSIVE)
-        assert_held(await twin_of(s).adopt(saved, None))  # what is held already goes on
+        assert isinstance(held, RefusesNew)
+        assert held.refuses_new() == "its state file can't be written", "what is held takes no other owner"
+        assert_held(await twin_of(s).adopt(saved, None))  # and goes on
 
     play(scene)
 

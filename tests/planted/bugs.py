@@ -195,6 +195,15 @@ BUGS = (
         "unit/test_import_lvmlock.py::test_that_hook_does_as_its_defaults_say_without_its_section",
     ),
     _in(
+        "manager.acquire",
+        "owners-join-an-unguarded-lock",
+        "a VM joins a shared lock while the watchdog of its lockspace can't be armed",
+        "            owner.id not in lock.claims\n",
+        "            False\n",
+        "unit/manager/test_lock_manager.py"
+        "::test_no_owner_joins_a_shared_lock_that_nothing_guards_and_those_that_have_it_keep_it",
+    ),
+    _in(
         "backends.lvm.volumes",
         "thin-volume-by-another-lock-type",
         "the lock of a thin pool is asked for with a type that lvmlockd refuses: no VM with a thin volume starts",

@@ -283,6 +283,14 @@ class KnowsWriters(Protocol):
         """The last claim of an owner on it has ended, or came to nothing; does not wait, and never fails."""
 
 
+@runtime_checkable
+class RefusesNew(Protocol):
+    """A held lock that depends on more of this host than its storage, such as a watchdog that is armed."""
+
+    def refuses_new(self) -> str:
+        """Why no owner more may depend on it, although it is held; empty if one may."""
+
+
 def knows_writers(held: object) -> TypeGuard[KnowsWriters]:
     """As isinstance, which takes microseconds for a protocol; this is asked at each release."""
     known = _KNOW_WRITERS.get(type(held))

@@ -14,7 +14,15 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol
 
-from holdfast.backends.base import Candidate, Creation, HeldElsewhere, LeftBehind, Stale, knows_writers
+from holdfast.backends.base import (
+    Candidate,
+    Creation,
+    HeldElsewhere,
+    LeftBehind,
+    RefusesNew,
+    Stale,
+    knows_writers,
+)
 from holdfast.errors import (
     DiskNotKnown,
     HoldfastError,
@@ -360,6 +368,12 @@ class LockAcquirer:
                         lambda: self._descriptions.holder(owner.id, want.resource, lock.keys, lock),
                     )
                 is_new = False
+        if (
+            owner.id not in lock.claims
+            and isinstance(lock.held, RefusesNew)
+            and (why := lock.held.refuses_new())
+        ):
+            raise Refused(reason=f"{want.resource.name} can't have another owner now: {why}")
         if asks:
             await self._ask_again(owner, want, lock)
         if not is_new:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import cast
 
 import pytest
 from tests.unit.manager.world import World, locked, run, want
 
+from holdfast.backends.base import Held
 from holdfast.errors import (
     NotAnOwner,
     OwnerGone,
@@ -333,6 +335,40 @@ def test_full_disk_refuses_new_claims_and_keeps_old_ones(tmp_path: Path) -> None
         await w.manager.acquire(two, want(disk, Mode.SHARED))
         assert set(w.saved().locks[1].claims) == {one.id, two.id}
         assert set(w.saved().owners) == {one.id, two.id}
+
+    run(scene)
+
+
+class Unguarded:
+    """A held lock whose host can't have it guarded now."""
+
+    def __init__(self, inner: Held) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._inner, name)
+
+    def refuses_new(self) -> str:
+        return "the watchdog is not armed"
+
+
+def test_no_owner_joins_a_shared_lock_that_nothing_guards_and_those_that_have_it_keep_it(
+    tmp_path: Path,
+) -> None:
+    async def scene() -> None:
+        w = World(tmp_path)
+        disk, one, two = w.disk(), w.owner(1), w.owner(2)
+        await w.manager.acquire(one, want(disk, Mode.SHARED))
+        lock = w.manager.table.named(Resource("", disk))
+        assert lock is not None and lock.held is not None
+        guarded = lock.held
+        lock.held = cast(Held, Unguarded(guarded))
+        with pytest.raises(Refused, match="can't have another owner now: the watchdog is not armed"):
+            await w.manager.acquire(two, want(disk, Mode.SHARED))
+        assert not await w.manager.acquire(one, want(disk, Mode.SHARED))
+        assert set(w.saved().locks[1].claims) == {one.id}
+        lock.held = guarded
+        await w.manager.acquire(two, want(disk, Mode.SHARED))
 
     run(scene)
 

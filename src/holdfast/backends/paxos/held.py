@@ -45,6 +45,10 @@ class PaxosHeld:
         lease = self._holding.lease
         return lease is not None and lease.mode is LeaseMode.SHARED
 
+    def refuses_new(self) -> str:
+        """See `RefusesNew`."""
+        return self._backend.presence.refuses_new()
+
     @property
     def sharers_unasked(self) -> bool:
         """See `MayHaveSharers`."""
