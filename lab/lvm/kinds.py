@@ -8,6 +8,8 @@ of a group that isn't shared    is none either
 
 from __future__ import annotations
 
+import shlex
+
 from lab.fencing.guests import LabError
 from lab.lvm.doctor import found
 from lab.lvm.host import VG
@@ -38,13 +40,23 @@ KINDS = {
 }
 """How it is made, what the refusal of its migration and doctor say, how it is removed."""
 DISK = f"/dev/{VG}/other"
+CONFIG = "/etc/holdfast/holdfast.toml"
+MORE_RULES = "".join(
+    f'\\n[[disk]]\\nmatch = "{match}"\\nbackend = "san-lvm"\\n'
+    for match in ("/dev/local/*", f"/dev/mapper/{VG}-pool*")
+)
+"""What no rule names does not reach the driver. In the words of printf."""
 
 
 def case(site: Migrating) -> str:
     """All of them, on the host of the lab's VM, which runs on beside."""
     here, there = site.at, site.other
-    said = [_kind(site, here, there, kind) for kind in KINDS]
-    said.append(_unshared(here))
+    here.sh(f"cp {CONFIG} {CONFIG}.lab; printf {shlex.quote(MORE_RULES)} >> {CONFIG}; holdfast reload 2>&1")
+    try:
+        said = [_kind(site, here, there, kind) for kind in KINDS]
+        said.append(_unshared(here))
+    finally:
+        here.sh(f"mv {CONFIG}.lab {CONFIG}; holdfast reload 2>&1")
     return f"{'; '.join(said)}; {site.settled(here)}"
 
 
