@@ -58,6 +58,24 @@ def host(make_daemon: Factory, place: Path, wdmd_double: Wdmd) -> Holdfastd:
     )
 
 
+@contextlib.contextmanager
+def stored(place: Path, host: Holdfastd) -> Iterator[ServiceManager]:
+    """A daemon that is joined, and whose watchdog is in the descriptor store."""
+    manager = ServiceManager(
+        place,
+        host,
+        sockets=[("holdfastd.socket", host.socket), ("holdfastd-control.socket", host.control)],
+    )
+    try:
+        manager.start()
+        joined(host)
+        wait_until(lambda: "watchdog" in manager.names, "the watchdog to be in the store")
+        yield manager
+    finally:
+        host.stop_all()
+        manager.close()
+
+
 def monotonic() -> float:
     return time.clock_gettime(time.CLOCK_MONOTONIC)
 
@@ -230,16 +248,8 @@ def test_lockspace_is_joined_at_the_next_try_when_wdmd_is_restarted_while_the_ho
 def test_descriptor_store_keeps_the_connection_over_a_crash(
     host: Holdfastd, place: Path, wdmd_double: Wdmd
 ) -> None:
-    manager = ServiceManager(
-        place,
-        host,
-        sockets=[("holdfastd.socket", host.socket), ("holdfastd-control.socket", host.control)],
-    )
-    try:
-        manager.start()
-        joined(host)
+    with stored(place, host) as manager:
         vm = host.vm([make_disk(place)], name="web1")
-        wait_until(lambda: "watchdog" in manager.names, "the watchdog to be in the store")
         before = len(wdmd_double.expires(0))
         host.kill()
         manager.start()
@@ -248,33 +258,19 @@ def test_descriptor_store_keeps_the_connection_over_a_crash(
         assert 0 not in wdmd_double.expires(0)
         assert exists(vm)
         assert host.holders(place / "disk.img") == [("web1", vm, True)]
-    finally:
-        host.stop_all()
-        manager.close()
 
 
 def test_watchdog_of_a_lockspace_that_was_left_leaves_the_descriptor_store_too(
     host: Holdfastd, place: Path, wdmd_double: Wdmd
 ) -> None:
     """The kernel stops a watchdog when its last copy is closed: one left in the store resets a host that uses no lease."""
-    manager = ServiceManager(
-        place,
-        host,
-        sockets=[("holdfastd.socket", host.socket), ("holdfastd-control.socket", host.control)],
-    )
-    try:
-        manager.start()
-        joined(host)
-        wait_until(lambda: "watchdog" in manager.names, "the watchdog to be in the store")
+    with stored(place, host) as manager:
         assert host.cli("lockspace", "leave", SPACE).returncode == 0
         wait_until(lambda: "watchdog" not in manager.names, "the store to let go of the watchdog")
         wait_until(lambda: wdmd_double.said[0][-1] == (0, 0), "the last copy of the connection to be closed")
         assert host.cli("lockspace", "join", SPACE).returncode == 0
         wait_until(lambda: "watchdog" in manager.names, "the next watchdog to be in the store")
         assert manager.names.count("watchdog") == 1
-    finally:
-        host.stop_all()
-        manager.close()
 
 
 @pytest.mark.parametrize("has_vm", [False, True])
@@ -282,15 +278,7 @@ def test_crash_while_the_storage_is_gone_resets_no_host_without_a_vm(
     host: Holdfastd, place: Path, wdmd_double: Wdmd, has_vm: bool
 ) -> None:
     """The next daemon gets an armed watchdog, and can't resume the lockspace whose lease would feed it."""
-    manager = ServiceManager(
-        place,
-        host,
-        sockets=[("holdfastd.socket", host.socket), ("holdfastd-control.socket", host.control)],
-    )
-    try:
-        manager.start()
-        joined(host)
-        wait_until(lambda: "watchdog" in manager.names, "the watchdog to be in the store")
+    with stored(place, host) as manager:
         if has_vm:
             host.vm([make_disk(place)], name="web1")
         host.kill()
@@ -306,9 +294,6 @@ def test_crash_while_the_storage_is_gone_resets_no_host_without_a_vm(
         assert wdmd_double.said[0][-3:-1] == [(wdmd.TEST_LIVE, 0), (wdmd.REFCOUNT_CLEAR, 0)]
         (place / "away").rename(place / "leases" / SPACE)
         wait_until(lambda: "watchdog" in manager.names, "the lockspace to be joined again, and guarded")
-    finally:
-        host.stop_all()
-        manager.close()
 
 
 def test_watchdog_that_guards_vms_of_other_directories_is_neither_stopped_nor_fed_for_another_lockspace(
