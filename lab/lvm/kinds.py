@@ -109,13 +109,14 @@ def _inner(here: VmHost) -> str:
 def _unshared(here: VmHost) -> str:
     """A group of one host, on a file."""
     here.sh(
-        "truncate -s 64M /srv/local.img; losetup /dev/loop7 /srv/local.img; vgcreate --yes local /dev/loop7 2>&1; "
+        "modprobe loop; truncate -s 64M /srv/local.img; losetup --find --show /srv/local.img > /srv/local.dev; "
+        "vgcreate --yes local $(cat /srv/local.dev) 2>&1; "
         "lvcreate -y -L 16M -n one local 2>&1"
     )
     try:
         refused = here.is_refused("holdfast volume activate /dev/local/one")
     finally:
-        here.sh("vgremove -y local 2>&1; losetup -d /dev/loop7; rm /srv/local.img")
+        here.sh("vgremove -y local 2>&1; losetup -d $(cat /srv/local.dev); rm /srv/local.img")
     if "not shared" not in refused:
         raise LabError(f"a volume that is not shared is refused for another reason: {refused}")
     return "one of a group that is not shared refused"
