@@ -728,7 +728,7 @@ class LockspaceSupervisor:
     def _not_joined(self, reason: str) -> None:
         resuming, self._resuming = self._resuming, False
         if self._lease_monitor.is_left_armed and not self._in_use() and not self.use.others():
-            self._lease_monitor.stop_if_idle()
+            self._lease_monitor.stop_if_idle()  # ADR 0247
         if resuming and self._wanted and not self._in_use():
             log.info(
                 "lockspace %s: not resumed, as nothing depends on the last incarnation: %s", self.name, reason
