@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, assert_never
 
 from holdfast.protocol.membership import Membership
+from holdfast.supervision.lease_monitor import BEAT_S
 from holdfast.supervision.lockspace_news import (
     Changed,
     Joined,
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from holdfast_sim.cluster.sanlock_clients import HostClients
 
 
+ANSWER_S = BEAT_S
+"""A renewal that took effect so lately may not be answered yet: the age of the one before counts."""
 LEFT_LEAST_S = 2.0
 """Times io_timeout: with so much time left on its lease, a host whose storage works must not lose it."""
 
@@ -156,7 +159,8 @@ class ManagedSeat:
             if term.ordered_io_timeout_s:  # it may count by a smaller one than its record shows yet
                 term.io_timeout_s = min(term.io_timeout_s, max(io_timeout_s, term.ordered_io_timeout_s))
             left_s = term.fails_at - daemon.machine.boottime()
-            if left_s > LEFT_LEAST_S * term.io_timeout_s:
+            is_read = daemon.world.now - term.landed_at > ANSWER_S
+            if is_read and left_s > LEFT_LEAST_S * term.io_timeout_s:
                 daemon.world.fail(
                     "doubt kills nobody",
                     f"{term} counts as lost, {left_s:.1f} s before its lease fails: {reason}",
