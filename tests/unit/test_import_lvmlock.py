@@ -12,7 +12,13 @@ from tests.unit.doctor.machine import domain_xml
 from holdfast.cli.doctor.scene import ThisHost
 from holdfast.cli.main import cli
 from holdfast.config import load
-from holdfast.system.libvirt.volume_hooks import DEFAULT_ACTIONS, lvmlock_actions, lvmlock_hook, volume_hooks
+from holdfast.system.libvirt.volume_hooks import (
+    DEFAULT_ACTIONS,
+    HOOK_BYTES_MAX,
+    lvmlock_actions,
+    lvmlock_hook,
+    volume_hooks,
+)
 
 INI = """[log]
 file = /var/log/libvirt/hooks/qemu.log
@@ -117,6 +123,14 @@ def test_that_hook_and_its_file_may_be_links(root: Path) -> None:
     ini.symlink_to(root / "qemu.ini")
     assert lvmlock_actions(str(root)) == {"prepare": "shared", "started": "exclusive", "stopped": "unlock"}
     assert lvmlock_hook(str(root)) == str(root / "etc/libvirt/hooks/qemu")
+
+
+def test_long_hook_is_known_by_its_beginning(root: Path) -> None:
+    script = root / "etc/libvirt/hooks/qemu"
+    script.write_text(KNOWN + "#" * HOOK_BYTES_MAX)
+    (root / "etc/libvirt/hooks/qemu.ini").unlink()
+    assert lvmlock_hook(str(root)) == str(script)
+    assert list(volume_hooks(str(root))) == [str(script)]
 
 
 def test_that_hook_with_nothing_to_do_is_none(root: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from holdfast.system.files.regular_file import Unreadable, read_regular
+from holdfast.system.files.regular_file import open_regular
 
 HOOK = "etc/libvirt/hooks/qemu.d/holdfast"
 """Holdfast's own: where docs/install.md puts packaging/libvirt/qemu-hook."""
@@ -95,6 +95,9 @@ def _settings(root: str) -> dict[str, str] | None:
 
 
 def _content(file: str) -> bytes | None:
-    """Of a file that may be a link, as the hook's README advises; None if it can't be read."""
-    raw = read_regular(os.path.realpath(file), HOOK_BYTES_MAX)
-    return None if isinstance(raw, Unreadable) else raw
+    """The first bytes of a file that may be a link, as the hook's README advises; None if it can't be read."""
+    try:
+        with open(open_regular(os.path.realpath(file), os.O_RDONLY), "rb") as f:
+            return f.read(HOOK_BYTES_MAX)
+    except OSError:
+        return None
