@@ -134,6 +134,8 @@ class HeldBackReleases:
             return False
         mode, released = lock.claims[owner.id][resource], self._claims.get(owner.id, {})
         for other in self._manager.table.of_owner(owner.id):
+            if other.held is None:
+                continue  # it is lost, and keeps nobody out
             for name, others in other.claims[owner.id].items():
                 goes_too = name in released or name.lockspace == IDENTITY_LOCKSPACE
                 if name != resource and others >= mode and not goes_too and self._is_lease(other):

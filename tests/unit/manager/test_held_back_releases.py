@@ -107,6 +107,19 @@ async def test_leases_before_the_last_one_are_released_at_once(w: Stopped) -> No
     assert w.has(owner, second.resource) and not w.has(owner, local.resource)
 
 
+@scene
+async def test_lost_lock_keeps_nobody_out_and_is_no_other_lease(w: Stopped) -> None:
+    """Found by seed 122008320 with forced habits: the journal had a lock of no lockspace, which counted as lost."""
+    second = want(w.disk("second"))
+    owner, disk = await w.running(second)
+    lock = w.manager.table.named(second.resource)
+    assert lock is not None and lock.held is not None
+    lock.held.forget()
+    lock.held = None
+    await w.manager.release(owner, disk)
+    assert w.has(owner, disk) and w.libvirt.queries == [f"uuid-{VM}"]
+
+
 @pytest.mark.parametrize("shared_first", [False, True])
 def test_shared_lease_does_not_let_the_last_exclusive_one_go(tmp_path: Path, shared_first: bool) -> None:
     async def go() -> None:
