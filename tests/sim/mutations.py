@@ -56,7 +56,7 @@ NEAR: dict[str, int] = {
     "write-in-flight-forgotten": 50,
     "one-lease-is-enough": 19,
     "unfed-and-joined": 11,
-    "ended-while-waiting": 122,
+    "ended-while-waiting": 18,
     "late-ping-stands": 37,
     "conversion-not-resumed": 225,
     "late-lease-kept": 49,

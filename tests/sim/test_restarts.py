@@ -151,7 +151,7 @@ def test_seeds_of_the_whole_daemon_have_reloads_and_stops_and_terms_that_go_on_a
 def test_seeds_of_the_whole_daemon_have_configurations_that_were_edited_in_each_way() -> None:
     lines = [
         what
-        for seed in range(180)
+        for seed in range(230)
         for _, _, what in play(seed, edits=0.7, seconds_every_s=0, habits=NO_HABITS).lines
     ]
     for what in ("its backends are renamed", *(how for how, _ in TAKING)):
