@@ -80,6 +80,8 @@ class Journal:
         self._series = 0
         """0 while no extent is kept."""
         self._last_series = 0
+        self._last_bytes = 0
+        """At least so long is the journal of that series: what the extent says until the next one is in the file."""
         self._lines = 0
         self._lines_max = COMPACT_LINES_MIN
         self._lacks_an_end = False
@@ -93,6 +95,9 @@ class Journal:
         """Read the last daemon's journal; the file itself is kept until `compact`."""
         record = self._extent.read() if self._extent is not None else b""
         kept = decode_extent(record)
+        if kept is not None:
+            self._last_series = kept.series
+            self._last_bytes = kept.size_bytes if kept.boot == self._start.boot else 0
         try:
             raw = self._file.read()
         except OSError as e:
@@ -102,7 +107,11 @@ class Journal:
         # If rewriting fails, a line appended after one that was cut must not become part of it.
         self._is_cut = bool(raw) and not raw.endswith(b"\n")
         state = replay_with_extent(raw, record)
-        self._last_series = max(state.series, kept.series if kept is not None else 0)
+        if state.series and (kept is None or kept.boot != state.boot):
+            # Nothing vouches for its length: no later extent may, if it can't be rewritten.
+            self._last_series, self._last_bytes = max(state.series, self._last_series) + 1, 0
+        elif state.series > self._last_series:
+            self._last_series, self._last_bytes = state.series, len(raw)
         return state
 
     def append(self, *lines: Line, urgent: bool = False) -> None:
@@ -151,6 +160,8 @@ class Journal:
                 # The journal is longer than its extent, which is valid; only a lost end would not be noticed.
                 log.error("how far the journal goes can't be recorded: %s", e)
                 self._series = 0
+            else:
+                self._last_bytes = self._file.size_bytes
 
     def _make_room(self, full: OSError) -> None:
         before = self._file.size_bytes
@@ -188,16 +199,19 @@ class Journal:
         self._lines = 2 + len(head) + len(lines)
         self._lines_max = max(COMPACT_LINES_MIN, COMPACT_FACTOR * self._lines)
         self._series = series
-        self._last_series = max(self._last_series, series)
+        if series:
+            self._last_series, self._last_bytes = series, self._file.size_bytes
         self._record_extent()
         return True
 
     def _next_series(self) -> int:
-        """0 if no extent can be kept: a journal with a series and without its extent counts as damaged."""
+        """0 if no extent can be kept: a journal with a series and without its extent counts as damaged. The extent goes on
+        saying what it says of the journal that is there: rewriting may fail, and its end may be lost later.
+        """
         if self._extent is None:
             return 0
         try:
-            self._extent.write(encode_extent(Extent(self._start.boot, self._last_series, 0)))
+            self._extent.write(encode_extent(Extent(self._start.boot, self._last_series, self._last_bytes)))
         except OSError as e:
             log.error("how far the journal goes can't be recorded: %s", e)
             return 0

@@ -3,10 +3,11 @@
     RUN_DIR/journal          ["sum",0] ["start",1,BOOT,…] ["series",7] … ["sum",…] │ append │ append
     RUN_DIR/journal.extent   ["BOOT",7,BYTES,CRC]                                           ↑ written after each, in place
 
-Each rewriting of the journal begins a series. A daemon may be killed after it wrote the journal and before it wrote the
-extent, so a journal that is longer than its extent is valid. One that is shorter, or is of an earlier series, lost unknown
-lines. A journal without a series is one of an older daemon, which keeps no extent: it counts as whole, unless an extent of
-the same boot shows that a newer daemon ran after it.
+Each rewriting of the journal begins a series, and until one has succeeded the extent goes on saying how long the journal
+was. A daemon may be killed after it wrote the journal and before it wrote the extent, so a journal that is longer than its
+extent is valid. One that is shorter, or is of an earlier series, lost unknown lines. A journal without a series is one of
+an older daemon, which keeps no extent: it counts as whole, unless an extent of the same boot shows that a newer daemon ran
+after it.
 
 Both files are in RUN_DIR. An older copy of all of RUN_DIR is not noticed here (docs/safety.md).
 """

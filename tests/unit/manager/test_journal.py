@@ -372,6 +372,58 @@ def test_extent_that_is_lost_leaves_doubt(raw: bytes) -> None:
     assert "journal.extent" in k.doubt()
 
 
+def fails_once_more(k: Kept) -> str:
+    """A daemon that can't rewrite the journal; its doubt."""
+    k.file.room_bytes, room = 0, k.file.room_bytes
+    doubt = k.doubt()
+    k.file.room_bytes = room
+    return doubt
+
+
+def test_lost_end_is_seen_after_rewriting_has_failed() -> None:
+    """Found by seed 122012907 with forced habits: a full disk had the extent say nothing of the journal's length."""
+    raw = kept().file.raw
+    for at in ends(raw)[:-1]:
+        for while_it_runs in (False, True):
+            k = Kept()
+            journal, _ = k.daemon()
+            for number in range(1, 4):
+                journal.append(*claim(number, number, f"/{number}"))
+            if while_it_runs:
+                k.file.room_bytes = 0
+                assert not journal.compact()
+                k.file.room_bytes = None
+            else:
+                assert fails_once_more(k) == ""
+            k.file.raw = raw[:at]
+            assert "its end is missing" in fails_once_more(k)
+            assert "its end is missing" in k.doubt(), "a daemon that could not rewrite it ends no doubt"
+
+
+@pytest.mark.parametrize("record", [b"", encode_extent(Extent("boot-0", 1, 0))])
+def test_doubt_about_a_lost_extent_stays_until_the_journal_is_rewritten(record: bytes) -> None:
+    k = kept()
+    k.record.raw = record
+    assert fails_once_more(k) != ""
+    assert fails_once_more(k) != ""
+    assert k.doubt() != ""
+    assert k.doubt() == ""
+
+
+def test_journal_that_could_not_be_read_is_as_long_as_it_was() -> None:
+    k = kept()
+    raw = k.file.raw
+
+    def fail() -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    read, k.file.read = k.file.read, fail  # type: ignore[method-assign]
+    assert "can't be read" in fails_once_more(k)
+    k.file.read = read  # type: ignore[method-assign]
+    k.file.raw = raw[: ends(raw)[0]]
+    assert "its end is missing" in k.doubt()
+
+
 def test_journal_of_an_older_release_is_whole_unless_a_daemon_of_today_ran_after_it() -> None:
     k = Kept()
     k.file.raw = journal_on(SimulatedAppendFile()).image(claim(1, 1, "/a"))
