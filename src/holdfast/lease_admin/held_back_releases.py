@@ -133,9 +133,10 @@ class HeldBackReleases:
         if self._status is None or owner.unknown is not None or not self._is_lease(lock):
             return False
         mode, released = lock.claims[owner.id][resource], self._claims.get(owner.id, {})
+        of_disk = list(self._manager.table.others_on_disk(owner.id, lock))
         for other in self._manager.table.of_owner(owner.id):
-            if other.held is None:
-                continue  # it is lost, and keeps nobody out
+            if other.held is None or other in of_disk:
+                continue  # it is lost and keeps nobody out, or is another name's of the same disk
             for name, others in other.claims[owner.id].items():
                 goes_too = name in released or name.lockspace == IDENTITY_LOCKSPACE
                 if name != resource and others >= mode and not goes_too and self._is_lease(other):

@@ -192,6 +192,8 @@ class Recovery:
             await manager.unknown.read_note(lock)
             if manager.doubt:
                 await manager.unknown.read_whether_it_persists(lock)
+                if not over:
+                    await manager.unknown.hold_for_noted(lock)
         if over or (not regained and manager.departures.have_left(lock)):
             # Held for a moment, so that its release removes the lock file as usual.
             kept = regained and await manager.unknown.keep_for_noted(lock, gone)

@@ -281,20 +281,53 @@ class UnknownLocks:
         why = f"its note names process {process.pid}, and the journal others, which have ended"
         evidence = Evidence(why=why, process=process, disk=disk, may_persist=noted.may_persist)
         owner = self.owner(name, evidence) if _is_unasked(held) else self.attributed(name, evidence)
+        self._has_it(lock, owner, why, instead_of=list(lock.claims), may_persist=noted.may_persist)
+        return True
+
+    async def hold_for_noted(self, lock: HostLock) -> None:
+        """A journal that is not whole may be an older copy, whose owner lives on without a lock that another process has
+        taken since. The note beside an exclusive one names who took it last: if that lives, the lock is held for it as well.
+        """
+        held = lock.held
+        notes: object = held
+        owners = [self._owners.get(owner_id) for owner_id in lock.claims]
+        if lock.mode is not Mode.EXCLUSIVE or not isinstance(notes, NotesOwner) or _is_unasked(notes):
+            return
+        try:
+            noted = await notes.noted_owner()
+        except LockError:
+            return  # the journal names who has it, and nothing names another one
+        process, name = noted.process, noted.owner
+        if process is None or lock.held is not held or not lock.claims:
+            return
+        if any(
+            owner is None or owner.unknown is not None or _is_same(owner, process, name) for owner in owners
+        ):
+            return
+        if not self._owners.process_lives(process) and not noted.may_persist:
+            return
+        why = f"its note names process {process.pid}, and a journal that is not whole another one, which lives too"
+        evidence = Evidence(why=why, process=process, disk=noted.disk, may_persist=noted.may_persist)
+        self._has_it(lock, self.attributed(name, evidence), why, may_persist=noted.may_persist)
+
+    def _has_it(
+        self, lock: HostLock, owner: Owner, why: str, *, instead_of: Collection[int] = (), may_persist: bool
+    ) -> None:
+        """An owner that the journal does not name gets every claim on a lock, also the one of each owner that it names."""
         for former, names in [(i, dict(names)) for i, names in lock.claims.items()]:
             for resource, mode in names.items():
                 self._table.claim(lock, owner.id, resource, mode)
-                self._table.unclaim(lock, former, resource)
+                if former in instead_of:
+                    self._table.unclaim(lock, former, resource)
         self._book.restored(lock, owner)
         for resource, mode in lock.claims[owner.id].items():
             if owner.unknown is None:
                 log.warning("%s is held for %s, as its note says, although %s", resource, owner, why)
-                if noted.may_persist:
+                if may_persist:
                     self._persists(owner, resource)
             else:
                 self.report(owner, resource, mode)
         self.on_known(lock)
-        return True
 
     def _unknown_claimants(self, lock: HostLock) -> list[Owner]:
         owners = [owner for i in lock.claims if (owner := self._owners.get(i)) is not None]
@@ -572,6 +605,11 @@ class UnknownLocks:
             await self._release(keeper, lock, resource)
         if not self._table.holds_any(keeper.id):
             self._end(keeper)
+
+
+def _is_same(owner: Owner, process: ProcessId, name: OwnerName) -> bool:
+    """Whether a note may be of this owner: of its process, or of an earlier one of its VM."""
+    return owner.pid == process.pid or owner.name == name or bool(name.uuid and owner.name.uuid == name.uuid)
 
 
 def _is_unasked(held: object) -> bool:

@@ -120,6 +120,18 @@ async def test_lost_lock_keeps_nobody_out_and_is_no_other_lease(w: Stopped) -> N
     assert w.has(owner, disk) and w.libvirt.queries == [f"uuid-{VM}"]
 
 
+@scene
+async def test_lock_by_another_name_of_the_disk_is_no_other_lease(w: Stopped) -> None:
+    """Found by seed 122041581 with forced habits: a daemon that was killed had left it, and it was given to the VM."""
+    other_name = want(w.disk("second"))
+    owner, disk = await w.running(other_name)
+    first, second = (w.manager.table.named(name) for name in (disk, other_name.resource))
+    assert first is not None and second is not None
+    w.manager.table.learn(second, (*second.keys, first.keys[0]))
+    await w.manager.release(owner, disk)
+    assert w.has(owner, disk) and w.libvirt.queries == [f"uuid-{VM}"]
+
+
 @pytest.mark.parametrize("shared_first", [False, True])
 def test_shared_lease_does_not_let_the_last_exclusive_one_go(tmp_path: Path, shared_first: bool) -> None:
     async def go() -> None:

@@ -584,6 +584,7 @@ async def restarted(
     before.crash()
     after = World(directory, before=before, on_lock_lost=on_lock_lost, dead_holder=dead_holder)
     state = after.saved()
+    after.manager.doubt = state.doubt
     after.manager.lockspaces.restore(state.lockspaces)
     living = after.recovery.owners(state)
     adoption = after.start(after.recovery.locks(state, living, {}))

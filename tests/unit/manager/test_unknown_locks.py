@@ -69,6 +69,43 @@ def test_older_journal_does_not_free_what_another_process_has_taken_since(
     run(scene)
 
 
+@pytest.mark.parametrize("lives", [True, False])
+def test_older_journals_owner_that_lives_does_not_free_what_another_process_has_taken_since(
+    tmp_path: Path, lives: bool
+) -> None:
+    """Found by seed 122042512 with forced habits: a VM whose disk was unplugged lived on, and its end freed the lease that a
+    client of sanlock's had taken.
+    """
+
+    async def scene() -> None:
+        w = World(tmp_path)
+        disk = w.disk("indirect/disk.img")
+        first = w.owner(VM, "web1")
+        await w.manager.acquire(first, want(disk))
+        older = w.file.read()
+        await w.manager.release(first, Resource("", disk))
+        await w.manager.acquire(w.owner(OTHER, "db1"), want(disk))
+        w.crash()
+        w.file.replace(older + b"?\n")
+        if not lives:
+            w.processes.end(OTHER)
+        w = await restarted(w, tmp_path)
+        lock = w.manager.table.named(Resource("", disk))
+        assert lock is not None
+        owners = [w.manager.owners.get(i) for i in lock.claims]
+        assert [owner.pid for owner in owners if owner is not None] == ([VM, OTHER] if lives else [VM])
+        w.processes.end(VM)
+        await settle()
+        assert (w.manager.table.named(Resource("", disk)) is lock) is lives
+        if lives:
+            assert lock.held is not None
+            w.processes.end(OTHER)
+            await settle()
+        assert w.manager.table.named(Resource("", disk)) is None
+
+    run(scene)
+
+
 async def unknown_lock(tmp_path: Path, *, mode: Mode = Mode.EXCLUSIVE) -> tuple[World, str]:
     """A VM held a disk; the daemon was killed, and the line that says whose it is can't be read."""
     w = World(tmp_path)
