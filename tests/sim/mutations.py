@@ -69,7 +69,7 @@ NEAR: dict[str, int] = {
     "damaged-copy-believed": 215,
     "weakened-by-journal": 135,
     "own-lease-granted": 314,
-    "upkeep-held-for-ever": 650,
+    "upkeep-held-for-ever": 876,
     "kept-timeout-believed": 48,
     "left-behind-is-freed": 20,
     "stale-copy-preferred": 172,
