@@ -36,20 +36,26 @@ def damage_owner_line(w: World) -> None:
     w.file.replace(raw.replace(b'["owner",', b'["ow er",'))
 
 
+async def taken_by_another(tmp_path: Path) -> tuple[World, str, bytes]:
+    """A VM has released its disk, and another one has taken it; the journal before that. Then the daemon was killed."""
+    w = World(tmp_path)
+    disk = w.disk("indirect/disk.img")
+    first = w.owner(VM, "web1")
+    await w.manager.acquire(first, want(disk))
+    older = w.file.read()
+    await w.manager.release(first, Resource("", disk))
+    await w.manager.acquire(w.owner(OTHER, "db1"), want(disk))
+    w.crash()
+    return w, disk, older
+
+
 @pytest.mark.parametrize("lives", [True, False])
 def test_older_journal_does_not_free_what_another_process_has_taken_since(
     tmp_path: Path, lives: bool
 ) -> None:
     async def scene() -> None:
-        w = World(tmp_path)
-        disk = w.disk("indirect/disk.img")
-        first = w.owner(VM, "web1")
-        await w.manager.acquire(first, want(disk))
-        older = w.file.read()
-        await w.manager.release(first, Resource("", disk))
+        w, disk, older = await taken_by_another(tmp_path)
         w.processes.end(VM)
-        await w.manager.acquire(w.owner(OTHER, "db1"), want(disk))
-        w.crash()
         w.file.replace(older)
         if not lives:
             w.processes.end(OTHER)
@@ -78,14 +84,7 @@ def test_older_journals_owner_that_lives_does_not_free_what_another_process_has_
     """
 
     async def scene() -> None:
-        w = World(tmp_path)
-        disk = w.disk("indirect/disk.img")
-        first = w.owner(VM, "web1")
-        await w.manager.acquire(first, want(disk))
-        older = w.file.read()
-        await w.manager.release(first, Resource("", disk))
-        await w.manager.acquire(w.owner(OTHER, "db1"), want(disk))
-        w.crash()
+        w, disk, older = await taken_by_another(tmp_path)
         w.file.replace(older + b"?\n")
         if not lives:
             w.processes.end(OTHER)
