@@ -190,8 +190,8 @@ BUGS = (
         "system.libvirt.volume_hooks",
         "lvmlock-without-its-file-is-none",
         "libvirt-hook-lvmlock is not seen without its file, where it does as its defaults say",
-        "return dict(DEFAULT_ACTIONS) if any(",
-        "return {} if any(",
+        "return file, dict(DEFAULT_ACTIONS) if settings is None else settings",
+        "return file, settings or {}",
         "unit/test_import_lvmlock.py::test_that_hook_does_as_its_defaults_say_without_its_section",
     ),
     _in(

@@ -254,7 +254,7 @@ class LeaseMonitor:
             return not self._watched and not self._owed and self._watchdog.descriptor() is not None
 
     def stop_if_idle(self) -> None:
-        """End that, if it is still so."""
+        """Stop the watchdog, unless a lease is guarded or has owners."""
         with self._lock:
             self._disarm_if_idle()
 

@@ -68,9 +68,8 @@ class Libvirt:
         random = self._daemon.world.random
         await self._daemon.clock.sleep(random.uniform(0.1, 2))
         desk = next((d for d in self._daemon.desks if d.vm is not None and d.vm.uuid == uuid), None)
-        if (
-            desk is not None and desk.vm is not None and not desk.vm.paused
-        ):  # a guest that stands loses nothing
+        # A guest that stands loses nothing by it.
+        if desk is not None and desk.vm is not None and not desk.vm.paused:
             self._daemon.checks_that_it_is_lost(desk, "is paused")
         if desk is None or desk.vm is None or desk.vm.stubborn or random.random() < 0.3:
             return False

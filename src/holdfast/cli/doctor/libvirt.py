@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Iterator
 
 from holdfast.cli.doctor.findings import Finding, fine, found
-from holdfast.cli.doctor.scene import Scene, some
+from holdfast.cli.doctor.scene import Program, Scene, some
 from holdfast.cli.libvirt_conf import ConfFile
 from holdfast.cli.libvirt_files import LOCKD_CONF, QEMU_CONF, read_conf
 from holdfast.system.files.regular_file import Unreadable
@@ -183,14 +183,17 @@ def _plugin(scene: Scene) -> Iterator[Finding]:
         )
 
 
+def began_before(program: Program, changed: float) -> bool:
+    """Whether this host's own libvirt, no user's session, had started when a file changed; `changed`: seconds since 1970."""
+    return not program.uid and program.started is not None and changed > program.started + 1
+
+
 def read_too_early(scene: Scene) -> Iterator[Finding]:
     """libvirtd reads its configuration once: what was changed since is not in force."""
     for program in scene.programs(*DAEMONS):
         for relative in (QEMU_CONF, LOCKD_CONF):
             file = scene.path(relative)
-            if program.uid or program.started is None or not os.path.exists(file):
-                continue
-            if os.stat(file).st_mtime > program.started + 1:
+            if os.path.exists(file) and began_before(program, os.stat(file).st_mtime):
                 yield found(
                     "HF035",
                     f"{file} was changed after {program.name} (pid {program.pid}) started: the change is not in force",

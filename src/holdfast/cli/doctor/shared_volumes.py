@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from holdfast.backends.lvm.config import SHARED
 from holdfast.backends.lvm.volumes import OTHER_NAME, why_one_host
 from holdfast.cli.doctor.findings import Finding, fine, found
-from holdfast.cli.doctor.libvirt import DAEMONS, HASHING, restart
+from holdfast.cli.doctor.libvirt import DAEMONS, HASHING, began_before, restart
 from holdfast.cli.doctor.scene import Scene, some
 from holdfast.cli.libvirt_files import LOCKD_CONF, read_settings
 from holdfast.system.libvirt.volume_hooks import HOOK, volume_hooks
@@ -162,7 +162,7 @@ def _not_found_yet(scene: Scene, hook: str) -> Iterator[Finding]:
     """libvirt finds its hooks when it starts (libvirt-integration.md 5); `install` keeps no time but that of the inode."""
     installed = os.stat(hook).st_ctime
     for program in scene.programs(*DAEMONS):
-        if not program.uid and program.started is not None and installed > program.started + 1:
+        if began_before(program, installed):
             yield found(
                 "HF143",
                 f"{hook} was installed or changed after {program.name} (pid {program.pid}) started: it may not be called",

@@ -43,21 +43,24 @@ def volume_hooks(root: str = "/") -> Iterator[str]:
 
 def lvmlock_actions(root: str = "/") -> dict[str, str]:
     """What libvirt-hook-lvmlock does: libvirt's operation to action; empty if it does nothing, or is not there."""
-    settings = _settings(root)
-    if settings is not None:
-        return settings
-    return dict(DEFAULT_ACTIONS) if any(_is_known(text) for _, text in _scripts(root)) else {}
+    return _lvmlock(root)[1]
 
 
 def lvmlock_hook(root: str = "/") -> str:
     """The script of libvirt-hook-lvmlock, if libvirt would run it and it does anything; else empty."""
-    if not lvmlock_actions(root):
-        return ""
-    has_settings = bool(_settings(root))
+    script, actions = _lvmlock(root)
+    return script if actions else ""
+
+
+def _lvmlock(root: str) -> tuple[str, dict[str, str]]:
+    """Its script and its actions: those of its file, or of the script alone if the file has none."""
+    settings = _settings(root)
     for file, text in _scripts(root):
-        if _is_known(text) or (has_settings and file == os.path.join(root, SCRIPT)):
-            return file
-    return ""
+        if _is_known(text):
+            return file, dict(DEFAULT_ACTIONS) if settings is None else settings
+        if settings and file == os.path.join(root, SCRIPT):
+            return file, settings
+    return "", settings or {}
 
 
 def _is_known(script: str) -> bool:
